@@ -1,0 +1,1 @@
+"""The processes of a pod and the queues between them; `job.pipeline.pipeline` draws them."""

@@ -1,0 +1,1 @@
+"""Results: what types their columns have, how they are stored, and what makes them count."""
