@@ -23,7 +23,7 @@ from job.plan.slice import share
 from job.processors import BUILT_IN
 from job.processors.load import ProcessorSpec, describe, load
 from job.reduce import Reduced, reduce
-from job.results.commit import CommitRecord
+from job.results.commit import read_record
 from job.results.outcomes import ShardTask
 from job.settings import Limit, MapSettings
 from job.shard_index import find
@@ -164,7 +164,7 @@ def map_shard(
     shard = find(shard_index, environment, plan.shards)
     log = structlog.get_logger()
     log.info("shard", shard_index=shard.index, shard_count=plan.shards, source=shard.source)
-    record = _published(storage, plan, shard.index)
+    record = read_record(storage, shard.index, plan.shards)
     if record is not None:
         log.info("shard is finished already", shard_index=shard.index)
         _judge(record.counts, max_failures, output)
@@ -219,7 +219,7 @@ def run_all(
     outcome, spec = plan_files(plan_settings, runtime)
     plan = outcome.plan
     storage = LocalStorage(plan_settings.output)
-    missing = [shard for shard in range(plan.shards) if _published(storage, plan, shard) is None]
+    missing = [shard for shard in range(plan.shards) if read_record(storage, shard, plan.shards) is None]
     if missing:
         files = outcome.table
         if files is None:
@@ -318,16 +318,6 @@ def _spec(plan: Plan) -> ProcessorSpec:
         options=arguments.options,
         pickled=None,
     )
-
-
-def _published(storage: LocalStorage, plan: Plan, shard: int) -> CommitRecord | None:
-    """Return the commit record of a shard of this plan, or None."""
-    name = layout.commit_record(shard, plan.shards)
-    try:
-        record = CommitRecord.from_json(str(storage.path(name)), storage.read(name))
-    except FileNotFoundError:
-        return None
-    return record
 
 
 def _judge(counts: Mapping[str, Any], limit: Limit | None, output: str) -> None:

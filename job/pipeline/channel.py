@@ -9,8 +9,9 @@ The queue is bounded by the socket's send buffer: a sender waits while it is ful
 every shared queue for the whole run, so a dead reader is not noticed by those who send, and its successor goes
 on with the next message.
 
-A message larger than `FRAGMENT` travels in several, each marked with its sender; whoever receives joins them,
-and throws away what a dead sender left unfinished.
+A message larger than `FRAGMENT` travels in several, each marked with its sender and its number; whoever receives
+joins them. What a dead sender left unfinished is thrown away, and so is the rest of a message whose beginning a
+dead reader has taken along: that message is lost, as are those that the reader had in hand.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ FRAGMENT = 64 * 1024
 BUFFER = 1 << 20
 """Bytes asked of the kernel for a send buffer; it grants up to ``net.core.wmem_max``."""
 
-_HEADER = struct.Struct("=iqB")
-"""Sender (worker number, or `MAIN`), sender's incarnation, and 1 on the last fragment."""
+_HEADER = struct.Struct("=iqiB")
+"""Sender (worker number, or `MAIN`), its incarnation, number of the fragment, and 1 on the last one."""
 
 RECEIVED_HEADER = _HEADER.size
 """Bytes before the text of a message, for a reader that looks before it takes."""
@@ -65,16 +66,16 @@ class Sender:
             BrokenPipeError: Nobody holds the receiving end any more: main has died.
         """
         view = memoryview(message)
-        for start in range(0, max(len(view), 1), FRAGMENT):
+        for number, start in enumerate(range(0, max(len(view), 1), FRAGMENT)):
             last = start + FRAGMENT >= len(view)
-            header = _HEADER.pack(self.number, self.incarnation, last)
+            header = _HEADER.pack(self.number, self.incarnation, number, last)
             self.end.sendmsg([header, view[start : start + FRAGMENT]])
 
     def try_send(self, message: bytes) -> bool:
         """Put one message of at most `FRAGMENT` bytes on the queue, unless it is full; say whether."""
         try:
             self.end.sendmsg(
-                [_HEADER.pack(self.number, self.incarnation, 1), message], [], socket.MSG_DONTWAIT
+                [_HEADER.pack(self.number, self.incarnation, 0, 1), message], [], socket.MSG_DONTWAIT
             )
         except BlockingIOError:
             return False
@@ -101,10 +102,12 @@ class Receiver:
             packet = self.end.recv(_HEADER.size + FRAGMENT)
             if not packet:
                 raise EOFError
-            sender, incarnation, last = _HEADER.unpack_from(packet)
+            sender, incarnation, number, last = _HEADER.unpack_from(packet)
             known, fragments = self._unfinished.pop(sender, (incarnation, []))
-            if known != incarnation:  # its predecessor was killed in mid-message
-                fragments = []
+            if number == 0 or known != incarnation:
+                fragments = []  # of a message that its sender did not live to finish
+            if number != len(fragments):
+                continue  # its beginning went to a reader that has died
             fragments.append(packet[_HEADER.size :])
             if last:
                 return sender, fragments[0] if len(fragments) == 1 else b"".join(fragments)

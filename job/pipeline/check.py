@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import select
-import signal
 import socket
 import traceback
 from typing import Any
@@ -16,12 +15,16 @@ from job.errors import JobError, UsageError
 from job.pipeline import channel
 from job.pipeline.channel import FRAGMENT
 from job.pipeline.child import ChildArguments, enter, leave
+from job.pipeline.forkserver import Exit
 from job.pipeline.messages import Ready, Refused, pack, unpack
 from job.pipeline.runtime import Runtime
 from job.processors.load import ProcessorSpec, load
 
 ROLE = "result"
 """The role whose standard output it uses: the result process does not run yet."""
+
+TRIES = 5
+"""Deaths of the child that are taken for the import's doing."""
 
 
 def main(arguments: ChildArguments, descriptors: list[int]) -> int:
@@ -44,36 +47,44 @@ def main(arguments: ChildArguments, descriptors: list[int]) -> int:
 def check(runtime: Runtime, spec: ProcessorSpec) -> None:
     """Show that a processor can be loaded.
 
+    A child that is killed proves nothing, so it is started again, `TRIES` times in all.
+
     Raises:
         UsageError: It cannot; with the sentence that says why.
     """
+    manner = ""
+    for _ in range(TRIES):
+        message, manner = _ask(runtime, spec)
+        if isinstance(message, Ready):
+            return
+        if isinstance(message, Refused):
+            if message.traceback:
+                structlog.get_logger().debug("processor refused", exception=message.traceback)
+            raise UsageError(message.message)
+    raise UsageError(f"processor {spec.name}: the process that imports it {manner}, each time")
+
+
+def _ask(runtime: Runtime, spec: ProcessorSpec) -> tuple[Any, str]:
+    """Return a child's answer, or None, and how the child ended."""
     ours, theirs = channel.pair()
     descriptor = os.memfd_create("job-processor", os.MFD_CLOEXEC)
     os.write(descriptor, pickle.dumps(spec))
     arguments = ChildArguments("main", runtime.row_of(ROLE), runtime.rows, runtime.log_level, ())
-    with ours, theirs:
-        pid = runtime.spawn(
-            ROLE, "job.pipeline.check:main", arguments, [theirs.fileno(), descriptor]
-        )
+    with ours:
+        with theirs:
+            pid = runtime.spawn(
+                ROLE, "job.pipeline.check:main", arguments, [theirs.fileno(), descriptor]
+            )
         os.close(descriptor)
-        theirs.close()
-        code = _wait(runtime, pid)
-        packet = b""
-        if select.select([ours], [], [], 0)[0]:
-            packet = ours.recv(4 * FRAGMENT)
-    if not packet:
-        manner = f"died of {signal.Signals(-code).name}" if code and code < 0 else "ended"
-        raise UsageError(f"processor {spec.name}: its import {manner}")
-    message = unpack(packet)
-    if isinstance(message, Refused):
-        if message.traceback:
-            structlog.get_logger().debug("processor refused", exception=message.traceback)
-        raise UsageError(message.message)
+        end = _wait(runtime, pid)
+        if select.select([ours], [], [], 0)[0] and (packet := ours.recv(4 * FRAGMENT)):
+            return unpack(packet), end.manner
+    return None, end.manner
 
 
-def _wait(runtime: Runtime, pid: int) -> int | None:
+def _wait(runtime: Runtime, pid: int) -> Exit:
     while True:
         for end in runtime.exits():
             if end.pid == pid:
-                return end.code
+                return end
         select.select([runtime], [], [])

@@ -53,6 +53,11 @@ class Dispatcher:
         return self._unstored == 0
 
     @property
+    def stored_map(self) -> bytes:
+        """One byte a file: 1 where its outcome is stored."""
+        return bytes(self._done)
+
+    @property
     def idle(self) -> bool:
         """Whether no worker has a file, and none can be given out."""
         return not any(self._outstanding.values()) and (

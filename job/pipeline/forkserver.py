@@ -44,7 +44,8 @@ from job.errors import InvariantError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-PRELOAD: Final = ("pyarrow", "pyarrow.parquet", "pyarrow.compute", "structlog")
+PRELOAD: Final = ("job.pipeline.log", "job.pipeline.worker", "job.pipeline.result", "pyarrow.compute")
+"""The roles, and with them Arrow, NumPy and structlog: a child has nothing of ours left to import."""
 
 ONE_THREAD: Final = (
     "OMP_NUM_THREADS",
@@ -77,6 +78,15 @@ class Exit(NamedTuple):
 
     pid: int
     code: int | None
+
+    @property
+    def manner(self) -> str:
+        """How it ended, in words."""
+        if self.code is None:
+            return "was taken along by the death of the fork server"
+        if self.code < 0:
+            return f"was killed by {signal.Signals(-self.code).name}"
+        return f"ended with status {self.code}"
 
 
 class ForkServer:

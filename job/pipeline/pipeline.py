@@ -52,6 +52,7 @@ from job.pipeline import channel
 from job.pipeline.channel import FRAGMENT, MAIN, Sender
 from job.pipeline.child import ChildArguments
 from job.pipeline.dispatcher import Dispatcher
+from job.pipeline.forkserver import Exit
 from job.pipeline.messages import (
     Begin,
     Begun,
@@ -171,6 +172,7 @@ class Pipeline:
         self._answered = 0
         self._published: Published | None = None
         self._result_deaths = 0
+        self._begun = False
         self._ending = self._at_once = self._stopping = False
         self._failures: dict[int, Failure] = {}
         self._processed = self._failed = 0
@@ -271,6 +273,7 @@ class Pipeline:
         self._failures.clear()
         self._published = None
         self._result_deaths = 0
+        self._begun = False
         self._phase = _Phase.ADOPTING
         self._workers.start_missing()
         if self._result_pid is None:
@@ -356,9 +359,9 @@ class Pipeline:
     def _look_at_exits(self) -> None:
         for end in self._runtime.exits():
             if end.pid == self._result_pid:
-                self._result_process_ended(end.code)
+                self._result_process_ended(end)
             elif worker := self._workers.by_pid(end.pid):
-                self._worker_ended(worker, end.code)
+                self._worker_ended(worker, end)
 
     def _look_at_clock(self) -> None:
         now = time.monotonic()
@@ -424,15 +427,15 @@ class Pipeline:
             self.failed_fast = True
             raise _Ending
 
-    def _worker_ended(self, worker: Worker, code: int | None) -> None:
+    def _worker_ended(self, worker: Worker, end: Exit) -> None:
         """Take back what a dead worker had; blame the file it had in hand, and no other."""
         self._hear_worker(worker)
-        reason = worker.killed_for or _manner(code)
+        reason = worker.killed_for or end.manner
         was_ready = worker.ready
         index = self._workers.bury(worker)
-        if code == 0 and self._stopping:
+        if end.code == 0 and self._stopping:
             return
-        if code is None or reason == INTERRUPTED:
+        if end.code is None or reason == INTERRUPTED:
             index = None  # it was taken along, or stopped: not the file's doing
         known = {} if index is None else self._file(index)
         self._log.warning("worker died", worker=worker.role, error=reason, **known)
@@ -490,14 +493,19 @@ class Pipeline:
             self._output,
             self._task,
             self._settings.checkpoint_seconds,
+            self._result_deaths > 0,
         )
+        stored = os.memfd_create("job-stored", os.MFD_CLOEXEC)
+        if self._begun:
+            os.write(stored, self._dispatcher.stored_map)
         with theirs:
             self._result_pid = self._runtime.spawn(
                 "result",
                 "job.pipeline.result:main",
                 arguments,
-                [theirs.fileno(), self._queue_out.fileno(), self._plan],
+                [theirs.fileno(), self._queue_out.fileno(), self._plan, stored],
             )
+        os.close(stored)
 
     def _tell_result_process(self, message: object) -> None:
         self._outbox.append(pack(message))
@@ -536,6 +544,7 @@ class Pipeline:
         if isinstance(message, Begun):
             if message.shard == self._task.shard:
                 self._result_false_starts = 0
+                self._begun = True
                 self._phase = _Phase.STORED if message.complete else _Phase.WORKING
                 self._recover()
         elif message.flush == self._flushes:
@@ -555,7 +564,7 @@ class Pipeline:
         for index in self._dispatcher.recover():
             self._tell_failure(self._failures[index])
 
-    def _result_process_ended(self, code: int | None) -> None:
+    def _result_process_ended(self, end: Exit) -> None:
         self._hear_result_process()
         if self._answers is not None:
             self._answers.close()
@@ -564,11 +573,11 @@ class Pipeline:
         self._runtime.end_line("result")
         if self._phase is _Phase.ENDED:
             return
-        self._log.warning("result process died", error=_manner(code))
+        self._log.warning("result process died", error=end.manner)
         self._result_deaths += 1
         self._result_false_starts += 1
         if self._result_false_starts > FALSE_STARTS:
-            raise InvariantError(f"the result process dies whenever it starts ({_manner(code)})")
+            raise InvariantError(f"the result process dies whenever it starts ({end.manner})")
         self._phase = _Phase.ADOPTING
         self._start_result_process()
 
@@ -577,11 +586,3 @@ class Pipeline:
         self._tell_result_process(Stop())
         self._until(lambda: self._result_pid is None, time.monotonic() + STOPPING)
 
-
-def _manner(code: int | None) -> str:
-    """Return how a process ended, in words."""
-    if code is None:
-        return "was taken along by the death of the fork server"
-    if code < 0:
-        return f"was killed by {signal.Signals(-code).name}"
-    return f"ended with status {code}"

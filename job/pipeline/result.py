@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import time
@@ -28,8 +29,9 @@ from job.pipeline.messages import (
     unpack,
 )
 from job.plan.slice import PlanSlice
+from job.results.commit import read_record
 from job.results.outcomes import Outcomes, ShardTask
-from job.results.store import ShardStore
+from job.results.store import ShardStore, withdraw
 from job.storage import LocalStorage
 
 if TYPE_CHECKING:
@@ -42,33 +44,42 @@ CHECKPOINT_FILES: Final = 500_000
 """Files whose outcomes wait in memory before they are stored as a part."""
 
 
+FIRST_INTERVAL: Final = 0.002
+"""Seconds to the first checkpoint after a death; doubled each time, so that the run advances however often the
+result process is killed, and soon writes no more parts than without a death."""
+
+
 @dataclass(frozen=True, slots=True)
 class ResultArguments:
     """What the result process is told at its start.
 
-    Its own descriptors are its end of the answers' channel, the result queue, and the plan's slice.
+    Its own descriptors are its end of the answers' channel, the result queue, the plan's slice, and for each
+    file of the shard a byte that is 1 where its outcome is stored: empty for the first process of a shard.
 
     Attributes:
         child: What every child is told.
         output: OUT.
         task: The shard that is under way.
         checkpoint_seconds: At most so long outcomes are only in memory.
+        hurry: Whether a predecessor has died: the first checkpoints come at once.
     """
 
     child: ChildArguments
     output: str
     task: ShardTask
     checkpoint_seconds: float
+    hurry: bool
 
 
 def main(arguments: ResultArguments, descriptors: list[int]) -> int:
     """Be the result process until main says `Stop`."""
-    _, (answers_descriptor, queue, plan) = enter(arguments.child, descriptors)
+    _, (answers_descriptor, queue, plan, stored) = enter(arguments.child, descriptors)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # main decides when it ends
     answers = socket.socket(fileno=answers_descriptor)
     try:
         process = _ResultProcess(arguments, PlanSlice(plan), lambda message: _answer(answers, message))
-        process.begin(arguments.task)
+        known = os.pread(stored, os.fstat(stored).st_size, 0)
+        process.begin(arguments.task, known or None)
         process.serve(Receiver(socket.socket(fileno=queue)))
     except JobError as error:
         _answer(answers, Broken(str(error), traceback.format_exc(), error.exit_code))
@@ -111,19 +122,19 @@ class _ResultProcess:
         self._task: ShardTask
         self._store: ShardStore
         self._due: float
+        self._interval = FIRST_INTERVAL if arguments.hurry else arguments.checkpoint_seconds
 
-    def begin(self, task: ShardTask) -> None:
+    def begin(self, task: ShardTask, stored: bytes | None) -> None:
         """Turn to a shard; a second call for the same one changes nothing."""
         if getattr(self, "_task", None) == task:
             return
         logs.bind(shard_index=task.shard)
         self._task = task
-        self._store = ShardStore(self._storage, task, self._plan)
         self._later()
         if self._published():
             return
-        ranges = self._store.adopt()
-        self._answer(Begun(task.shard, ranges, self._store.complete))
+        self._store = ShardStore(self._storage, task, self._plan, stored)
+        self._answer(Begun(task.shard, self._store.stored, self._store.complete))
 
     def serve(self, queue: Receiver) -> None:
         """Store outcomes until main says `Stop`."""
@@ -142,7 +153,7 @@ class _ResultProcess:
                 ):
                     self._checkpoint()
             elif isinstance(message, Begin):
-                self.begin(message.task)
+                self.begin(message.task, None)
             elif isinstance(message, Flush):
                 self._flush(message)
             elif isinstance(message, Publish):
@@ -151,10 +162,12 @@ class _ResultProcess:
                 return
 
     def _later(self) -> None:
-        self._due = time.monotonic() + self._arguments.checkpoint_seconds
+        self._due = time.monotonic() + self._interval
 
     def _checkpoint(self) -> None:
         ranges = self._store.checkpoint()
+        if ranges:
+            self._interval = min(2 * self._interval, self._arguments.checkpoint_seconds)
         self._later()
         if ranges:
             self._answer(Stored(ranges, None, complete=False))
@@ -183,12 +196,12 @@ class _ResultProcess:
 
     def _published(self) -> bool:
         """Say whether the shard has its commit record; then tell main, and leave nothing behind."""
-        record = self._store.published()
+        record = read_record(self._storage, self._task.shard, self._task.shards)
         if record is None:
             return False
         by_us = record.attempt == self._task.attempt
         if not by_us:
             self._log.info("shard was published by another attempt")
-            self._store.withdraw(record)
+            withdraw(self._storage, self._task)
         self._answer(Published(self._task.shard, by_us, dict(record.counts)))
         return True

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import xxhash
 
+from job import layout
 from job.errors import DamagedError
 from job.storage import LocalStorage
 
@@ -67,6 +68,19 @@ class CommitRecord:
             return cls(**fields, data=files)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise DamagedError(f"{name} is damaged: it is no commit record") from error
+
+
+def read_record(storage: LocalStorage, shard: int, shards: int) -> CommitRecord | None:
+    """Return the commit record of a shard, or None while it has none.
+
+    Raises:
+        DamagedError: It is damaged.
+    """
+    name = layout.commit_record(shard, shards)
+    try:
+        return CommitRecord.from_json(str(storage.path(name)), storage.read(name))
+    except FileNotFoundError:
+        return None
 
 
 def describe(storage: LocalStorage, name: str, rows: int) -> DataFile:

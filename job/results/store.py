@@ -32,7 +32,7 @@ from job.plan.slice import PlanSlice
 from job.results import schemas
 from job.results.buffer import Buffer, Piece, ranges_of
 from job.results.columns import Layout, convert
-from job.results.commit import CommitRecord, DataFile, describe, verify
+from job.results.commit import CommitRecord, DataFile, describe, read_record, verify
 from job.results.ledger import Ledger
 from job.results.merge import Group, groups_of, merge
 from job.results.outcomes import Outcomes, ShardTask
@@ -41,6 +41,7 @@ from job.storage import LocalStorage
 Ranges = tuple[tuple[int, int], ...]
 
 _NOBODY: Final = -1
+_WAITING: Final = -2
 _PREPARED: Final = "prepared.json"
 
 
@@ -56,20 +57,45 @@ class _Part:
         return f"{self.name}.{kind}.parquet"
 
 
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """All parts of a shard: for each file the number of the part that counts, and the parts by number."""
+
+    owner: npt.NDArray[np.int32]
+    parts: list[_Part]
+
+
 class ShardStore:
     """The outcomes of one shard, on the way to its commit record."""
 
-    def __init__(self, storage: LocalStorage, task: ShardTask, plan: PlanSlice) -> None:
-        """Begin with what is stored already: whole parts of any attempt."""
+    def __init__(
+        self, storage: LocalStorage, task: ShardTask, plan: PlanSlice, stored: bytes | None
+    ) -> None:
+        """Begin, or go on for a process that has died.
+
+        Args:
+            storage: OUT.
+            task: The shard and the attempt.
+            plan: The plan's slice.
+            stored: For each file 1 where its outcome is stored, as main knows it; None at the start of an
+                attempt: then every whole part of the shard is taken over, whoever wrote it.
+        """
         self._storage = storage
         self._task = task
         self._plan = plan
         self._log = structlog.get_logger()
         self._buffer = Buffer(task, plan)
-        self._owner: npt.NDArray[np.int32] = np.full(task.stop - task.start, _NOBODY, np.int32)
-        self._parts: list[_Part] = []
-        self._own_parts = 0
-        self._record: CommitRecord | None = None
+        self._folder = layout.parts_folder(task.shard)
+        names = self._part_names()
+        own = f"{self._folder}/{task.attempt}/"
+        self._own_parts = max(
+            (int(name.rpartition("/")[2]) for name in names if name.startswith(own)), default=0
+        )
+        self._record = self._prepared()
+        if stored is None:
+            self._seen = self._survey(names).owner != _NOBODY
+        else:
+            self._seen = np.frombuffer(stored, np.uint8).astype(bool)
 
     @property
     def complete(self) -> bool:
@@ -86,36 +112,22 @@ class ShardStore:
         """Files whose outcomes are not stored yet."""
         return self._buffer.files
 
-    def adopt(self) -> Ranges:
-        """Take over every whole part of the shard; return the files that they cover.
-
-        A shard whose data files are whole, but whose commit record was not created, is complete at once.
-        """
-        prefix = layout.parts_folder(self._task.shard)
-        names = [
-            name
-            for name in self._storage.list(prefix)
-            if not name.rpartition("/")[2].startswith(".")
-        ]
-        for name in names:
-            if name.endswith(f"/{_PREPARED}") and self._adopt_prepared(name):
-                return ((self._task.start, self._task.stop),)
-        for name in names:
-            if name.endswith(".files.parquet"):
-                self._adopt_part(name.removesuffix(".files.parquet"))
-        own = f"{prefix}/{self._task.attempt}/"
-        self._own_parts = sum(part.name.startswith(own) for part in self._parts)
-        return self._covered()
+    @property
+    def stored(self) -> Ranges:
+        """The files that were stored when this process began."""
+        if self.complete:
+            return ((self._task.start, self._task.stop),)
+        return ranges_of(np.flatnonzero(self._seen) + self._task.start)
 
     def add(self, outcomes: Outcomes) -> int:
         """Take outcomes of files; a file's first outcome counts. Return how many were first."""
         indexes = np.frombuffer(outcomes.indexes, np.int64) - self._task.start
-        here = (indexes >= 0) & (indexes < len(self._owner))
+        here = (indexes >= 0) & (indexes < len(self._seen))
         first = here.copy()
-        first[here] = self._owner[indexes[here]] == _NOBODY
+        first[here] = ~self._seen[indexes[here]]
         if not first.any():
             return 0
-        self._owner[indexes[first]] = len(self._parts)
+        self._seen[indexes[first]] = True
         self._buffer.add(outcomes, first)
         return int(first.sum())
 
@@ -125,16 +137,16 @@ class ShardStore:
             return ()
         piece = self._buffer.piece()
         self._own_parts += 1
-        folder = f"{layout.parts_folder(self._task.shard)}/{self._task.attempt}"
         part = _Part(
-            f"{folder}/{self._own_parts:06d}", piece.layout, failures=piece.failures.num_rows > 0
+            f"{self._folder}/{self._task.attempt}/{self._own_parts:06d}",
+            piece.layout,
+            failures=piece.failures.num_rows > 0,
         )
         if piece.results is not None:
             self._write(part.file("results"), piece.results.schema, [piece.results])
         if part.failures:
             self._write(part.file("failures"), schemas.FAILURES, [piece.failures])
         self._write(part.file("files"), schemas.FILES, [piece.files])
-        self._parts.append(part)
         self._buffer.clear()
         self._log.debug("part stored", part=part.name, files=piece.files.num_rows)
         return piece.ranges
@@ -150,23 +162,28 @@ class ShardStore:
             DamagedError: A part cannot be read.
             FileNotFoundError: A part has gone: another attempt has published the shard.
         """
-        if (self._owner == _NOBODY).any():
+        if not self._seen.all():
             return self.checkpoint()
         piece = self._buffer.piece()
-        joined = _join([part.layout for part in self._parts] + [piece.layout])
+        parts = self._survey(self._part_names())
+        waiting = piece.files.column("file_index").to_numpy() - self._task.start
+        parts.owner[waiting] = _WAITING
+        if (parts.owner == _NOBODY).any():
+            raise FileNotFoundError(f"parts of shard {self._task.shard} have gone")
+        joined = _join([part.layout for part in parts.parts] + [piece.layout])
         data = {
-            "results": self._write_results(piece, joined),
+            "results": self._write_results(parts, piece, joined),
             "failures": self._write_data(
                 "failures",
                 schemas.FAILURES,
-                self._groups("failures", piece.failures, lambda part: part.failures),
+                self._groups("failures", parts, piece.failures, lambda part: part.failures),
             ),
         }
         ledger = Ledger(self._task.start, self._task.stop, f"shard {self._task.shard}")
         data["files"] = self._write_data(
             "files",
             schemas.FILES,
-            self._groups("files", piece.files, lambda _: True),
+            self._groups("files", parts, piece.files, lambda _: True),
             watch=ledger.watch,
         )
         ledger.check(results=data["results"].rows, failures=data["failures"].rows)
@@ -178,8 +195,9 @@ class ShardStore:
             counts=ledger.counts(),
             data=data,
         )
-        folder = f"{layout.parts_folder(self._task.shard)}/{self._task.attempt}"
-        self._storage.replace(f"{folder}/{_PREPARED}", self._record.to_json())
+        self._storage.replace(
+            f"{self._folder}/{self._task.attempt}/{_PREPARED}", self._record.to_json()
+        )
         self._buffer.clear()
         return piece.ranges
 
@@ -192,57 +210,53 @@ class ShardStore:
         name = layout.commit_record(self._task.shard, self._task.shards)
         created = self._storage.create(name, self._record.to_json())
         if created:
-            self._storage.remove_folder(layout.parts_folder(self._task.shard))
-        elif found := self.published():
-            self.withdraw(found)
+            self._storage.remove_folder(self._folder)
+        else:
+            withdraw(self._storage, self._task)
         return created
-
-    def published(self) -> CommitRecord | None:
-        """Return the shard's commit record, or None while it has none."""
-        name = layout.commit_record(self._task.shard, self._task.shards)
-        try:
-            return CommitRecord.from_json(name, self._storage.read(name))
-        except FileNotFoundError:
-            return None
-
-    def withdraw(self, published: CommitRecord) -> None:
-        """Remove what this attempt has written, as another one has published the shard."""
-        kept = {file.name for file in published.data.values()}
-        for kind in layout.DATA_KINDS:
-            own = layout.data_file(kind, self._task.shard, self._task.shards, self._task.attempt)
-            if own not in kept:
-                self._storage.remove(own)
-        self._storage.remove_folder(
-            f"{layout.parts_folder(self._task.shard)}/{self._task.attempt}"
-        )
 
     @property
     def counts(self) -> dict[str, Any]:
         """Counts of the complete shard, as in its commit record."""
         return dict(self._record.counts) if self._record else {}
 
-    def _adopt_prepared(self, name: str) -> bool:
-        try:
-            record = CommitRecord.from_json(name, self._storage.read(name))
-            if record.plan_id != self._task.plan_id:
-                return False
-            for file in record.data.values():
-                verify(self._storage, file)
-        except (DamagedError, FileNotFoundError) as error:
-            self._log.warning("data files without a commit record are not whole", error=str(error))
-            return False
-        self._record = record
-        return True
+    def _part_names(self) -> list[str]:
+        """Return the names of all parts of the shard, in the order in which they count."""
+        return [
+            name.removesuffix(".files.parquet")
+            for name in self._storage.list(self._folder)
+            if name.endswith(".files.parquet") and not name.rpartition("/")[2].startswith(".")
+        ]
 
-    def _adopt_part(self, name: str) -> None:
-        try:
-            part, indexes = self._read_part(name)
-        except (DamagedError, FileNotFoundError) as error:
-            self._log.warning("part is not whole and is not used", part=name, error=str(error))
-            return
-        free = indexes[self._owner[indexes] == _NOBODY]
-        self._owner[free] = len(self._parts)
-        self._parts.append(part)
+    def _prepared(self) -> CommitRecord | None:
+        """Return the record of data files that are whole, but were not published."""
+        for name in self._storage.list(self._folder):
+            if not name.endswith(f"/{_PREPARED}"):
+                continue
+            try:
+                record = CommitRecord.from_json(name, self._storage.read(name))
+                for file in record.data.values():
+                    verify(self._storage, file)
+            except (DamagedError, FileNotFoundError) as error:
+                self._log.warning("data files without commit record are not whole", error=str(error))
+                continue
+            if record.plan_id == self._task.plan_id:
+                return record
+        return None
+
+    def _survey(self, names: list[str]) -> _Parts:
+        """Read which files the parts cover; where two cover a file, the first by name counts."""
+        found = _Parts(np.full(self._task.stop - self._task.start, _NOBODY, np.int32), [])
+        for name in names:
+            try:
+                part, indexes = self._read_part(name)
+            except (DamagedError, FileNotFoundError) as error:
+                self._log.warning("part is not whole and is not used", part=name, error=str(error))
+                continue
+            free = indexes[found.owner[indexes] == _NOBODY]
+            found.owner[free] = len(found.parts)
+            found.parts.append(part)
+        return found
 
     def _read_part(self, name: str) -> tuple[_Part, npt.NDArray[np.int64]]:
         """Return a part, and the positions of its files in the shard."""
@@ -264,14 +278,12 @@ class ShardStore:
             files.column("file_index").to_numpy() - self._task.start,
         )
 
-    def _covered(self) -> Ranges:
-        return ranges_of(np.flatnonzero(self._owner != _NOBODY) + self._task.start)
-
-    def _write_results(self, piece: Piece, joined: Layout) -> DataFile:
+    def _write_results(self, parts: _Parts, piece: Piece, joined: Layout) -> DataFile:
         stored = joined.stored_schema()
         schema = stored.insert(1, pa.field("path", pa.string()))
         groups = self._groups(
             "results",
+            parts,
             None if piece.results is None else convert(piece.results, joined),
             lambda part: part.layout is not None,
             lambda table: convert(table, joined),
@@ -286,20 +298,21 @@ class ShardStore:
     def _groups(
         self,
         kind: str,
+        parts: _Parts,
         waiting: pa.Table | None,
         has: Callable[[_Part], bool],
         prepare: Callable[[pa.Table], pa.Table] = lambda table: table,
     ) -> list[Group]:
         """Return the sorted groups of one kind of data: those of the parts and the one in memory."""
         found = []
-        for number, part in enumerate(self._parts):
+        for number, part in enumerate(parts.parts):
             if not has(part):
                 continue
             name = part.file(kind)
 
             def own(table: pa.Table, number: int = number) -> pa.Table:
                 positions = table.column("file_index").to_numpy() - self._task.start
-                mask = self._owner[positions] == number
+                mask = parts.owner[positions] == number
                 return prepare(table if mask.all() else table.filter(pa.array(mask)))
 
             found += groups_of(self._storage, name, own)
@@ -324,6 +337,17 @@ class ShardStore:
     def _write(self, name: str, schema: pa.Schema, tables: Any) -> int:
         with self._storage.sink(name) as sink:
             return schemas.write_all(sink, schema, tables)
+
+
+def withdraw(storage: LocalStorage, task: ShardTask) -> None:
+    """Remove what an attempt has written of a shard that another one has published."""
+    published = read_record(storage, task.shard, task.shards)
+    kept = {file.name for file in published.data.values()} if published else set()
+    for kind in layout.DATA_KINDS:
+        own = layout.data_file(kind, task.shard, task.shards, task.attempt)
+        if own not in kept:
+            storage.remove(own)
+    storage.remove_folder(f"{layout.parts_folder(task.shard)}/{task.attempt}")
 
 
 def _join(layouts: list[Layout | None]) -> Layout:

@@ -48,18 +48,29 @@ def test_interleaved_fragments_are_told_apart_by_sender(queue):
     end, receiver = queue
     big = b"a" * (2 * FRAGMENT)
     header = channel._HEADER
-    end.send(header.pack(1, 1, 0) + big[:FRAGMENT])
-    end.send(header.pack(2, 1, 1) + b"small")
-    end.send(header.pack(1, 1, 1) + big[FRAGMENT:])
+    end.send(header.pack(1, 1, 0, 0) + big[:FRAGMENT])
+    end.send(header.pack(2, 1, 0, 1) + b"small")
+    end.send(header.pack(1, 1, 1, 1) + big[FRAGMENT:])
     assert receiver.receive(1) == (2, b"small")
     assert receiver.receive(1) == (1, big)
 
 
 def test_what_a_dead_sender_left_unfinished_is_thrown_away(queue):
     end, receiver = queue
-    end.send(channel._HEADER.pack(1, 77, 0) + b"half of a message")
+    end.send(channel._HEADER.pack(1, 77, 0, 0) + b"half of a message")
     Sender(end, 1, 78).send(b"whole")
     assert receiver.receive(1) == (1, b"whole")
+
+
+def test_the_rest_of_a_message_whose_beginning_a_dead_reader_took_is_thrown_away(queue):
+    end, reader = queue
+    pid = _fork(lambda: Sender(end, 1, 9).send(b"a" * (4 * FRAGMENT)))
+    assert reader.end.recv(2 * FRAGMENT)
+    successor = Receiver(reader.end)
+    assert successor.receive(0.5) is None
+    os.waitpid(pid, 0)
+    Sender(end, 1, 9).send(b"next")
+    assert successor.receive(1) == (1, b"next")
 
 
 def test_a_full_queue_is_noticed_and_nothing_is_lost(queue):
