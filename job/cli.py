@@ -54,9 +54,7 @@ FilesFrom = Annotated[
 ]
 Null = Annotated[
     bool,
-    typer.Option(
-        "--null", "-0", envvar="JOB_NULL", rich_help_panel=_INPUT, help="Those names end in NUL."
-    ),
+    typer.Option("--null", "-0", envvar="JOB_NULL", rich_help_panel=_INPUT, help="Those names end in NUL."),
 ]
 Include = Annotated[
     list[str] | None,
@@ -204,9 +202,7 @@ Grace = Annotated[
 ]
 Wait = Annotated[
     float,
-    typer.Option(
-        min=0.0, metavar="SECONDS", envvar="JOB_WAIT", help="Wait so long for missing shards."
-    ),
+    typer.Option(min=0.0, metavar="SECONDS", envvar="JOB_WAIT", help="Wait so long for missing shards."),
 ]
 LogLevel = Annotated[
     str,
@@ -281,7 +277,8 @@ def plan(
     inputs: Inputs = None,
     output: Output,
     shards: Annotated[
-        int, typer.Option(min=1, envvar="JOB_SHARDS", rich_help_panel=_PROCESS, help="Number of shards.")
+        int,
+        typer.Option(min=1, envvar="JOB_SHARDS", rich_help_panel=_PROCESS, help="Number of shards."),
     ],
     files_from: FilesFrom = None,
     null: Null = False,
@@ -425,8 +422,10 @@ def _job(
 
 
 def main() -> int:
-    """Run the command line; return the exit code. Whatever goes wrong before the log process is there, too,
-    becomes a line of JSON where standard error is no terminal.
+    """Run the command line; return the exit code.
+
+    What goes wrong before the log process is there becomes a line of JSON, too, where standard error is no
+    terminal.
     """
     try:
         code = app(standalone_mode=False)
@@ -451,9 +450,7 @@ def _tell(level: str, text: str, code: int, **keys: Any) -> int:
     return code
 
 
-def _execute(
-    body: Callable[[Runtime], str], level: str, log_format: str, workers: int = 0
-) -> None:
+def _execute(body: Callable[[Runtime], str], level: str, log_format: str, workers: int = 0) -> None:
     """Run a command's body with a log process, print what it returns, end with the exit code."""
     from job.pipeline.runtime import LogSettings, Runtime  # noqa: PLC0415
     from job.render import FORMATS  # noqa: PLC0415
@@ -485,9 +482,7 @@ def _run_body(body: Callable[[Runtime], str], runtime: Runtime) -> tuple[int, st
         log.warning("interrupted", exit_code=130)
         return 130, ""
     except Exception as error:
-        log.critical(
-            "a bug", error=f"{type(error).__qualname__}: {error}", exc_info=True, exit_code=70
-        )
+        log.critical("a bug", error=f"{type(error).__qualname__}: {error}", exc_info=True, exit_code=70)
         return JobError.exit_code, ""
 
 
@@ -588,12 +583,15 @@ def _summary(summary: Mapping[str, Any], output: str, *, current: bool) -> str:
 
 def _planned(plan: Any, *, created: bool, dry_run: bool) -> str:
     what = "would plan" if dry_run else "planned" if created else "planned already"
-    return json.dumps(
-        {
-            what: plan.files,
-            "bytes": plan.bytes,
-            "shards": plan.shards,
-            "plan_id": plan.plan_id,
-            "run_id": plan.run_id,
-        }
-    ) + "\n"
+    return (
+        json.dumps(
+            {
+                what: plan.files,
+                "bytes": plan.bytes,
+                "shards": plan.shards,
+                "plan_id": plan.plan_id,
+                "run_id": plan.run_id,
+            }
+        )
+        + "\n"
+    )

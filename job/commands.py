@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -95,15 +96,13 @@ def plan_files(settings: PlanSettings, runtime: Runtime) -> tuple[PlanOutcome, P
         raise UsageError("no INPUT: give files, folders, globs, or --files-from")
     if settings.shards < 1:
         raise UsageError(f"--shards {settings.shards}: there must be at least one")
-    folder = os.getcwd()  # noqa: PTH109 - text, as the plan has it
+    folder = str(Path.cwd())
     spec = describe(settings.processor, settings.options, folder)
     if spec.name in BUILT_IN:
         load(spec)
     else:
         check(runtime, spec)
-    relative = settings.files_from is not None or any(
-        not os.path.isabs(name) for name in settings.inputs
-    )
+    relative = settings.files_from is not None or any(not Path(name).is_absolute() for name in settings.inputs)
     arguments = Arguments(
         inputs=settings.inputs,
         files_from=settings.files_from,
@@ -170,7 +169,7 @@ def map_shard(
         _judge(record.counts, max_failures, output)
         return Mapped(index=shard.index, counts=record.counts, already=True)
     storage.prepare()
-    files = load_files(storage, plan, shard.index)
+    files = load_files(storage, shard.index)
     outcome = _map(storage, plan, _spec(plan), files, [shard.index], settings, runtime)[-1]
     _judge(outcome.counts, max_failures, output)
     return Mapped(index=shard.index, counts=outcome.counts, already=False)
@@ -223,11 +222,9 @@ def run_all(
     if missing:
         files = outcome.table
         if files is None:
-            files = load_files(storage, plan, None)
+            files = load_files(storage, None)
         _map(storage, plan, spec, files, missing, map_settings, runtime)
-    return reduce_shards(
-        plan_settings.output, runtime, max_failures=max_failures, spec=spec
-    )
+    return reduce_shards(plan_settings.output, runtime, max_failures=max_failures, spec=spec)
 
 
 def _map(
@@ -256,9 +253,7 @@ def _map(
 
     slice_descriptor = share(files, plan.arguments.base)
     try:
-        with Pipeline(
-            runtime, settings, spec, slice_descriptor, str(storage.root), heartbeat
-        ) as pipeline:
+        with Pipeline(runtime, settings, spec, slice_descriptor, str(storage.root), heartbeat) as pipeline:
             outcomes = pipeline.map(tasks)
             _raise_if_cut_short(pipeline, settings)
     except JobError as error:
@@ -327,5 +322,3 @@ def _judge(counts: Mapping[str, Any], limit: Limit | None, output: str) -> None:
             f"{failed} of {files} files failed, more than --max-failures {limit} allows: "
             f"see {output}/{layout.FAILURES}"
         )
-
-

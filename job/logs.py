@@ -13,7 +13,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, MutableMapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any, Final
 
 LINE: Final = 4096
@@ -78,9 +78,7 @@ def event(level: str, text: str, **keys: Any) -> bytes:
 def encode(keys: Mapping[str, Any]) -> bytes:
     """Return a line of at most `LINE` bytes: `timestamp`, `level`, `event`, the context, then the rest."""
     line = {"timestamp": None, "level": None, "event": None} | context | dict(keys)
-    line["timestamp"] = line["timestamp"] or datetime.now(timezone.utc).isoformat().replace(
-        "+00:00", "Z"
-    )
+    line["timestamp"] = line["timestamp"] or datetime.now(UTC).isoformat().replace("+00:00", "Z")
     return fit(line)
 
 
@@ -140,9 +138,7 @@ class _Handler(logging.Handler):
             text = f"{record.msg} {record.args}"
         if record.name == "py.warnings":
             text = text.strip()
-        level = next(
-            (name for name, least in reversed(LEVELS.items()) if record.levelno >= least), "debug"
-        )
+        level = next((name for name, least in reversed(LEVELS.items()) if record.levelno >= least), "debug")
         keys: dict[str, Any] = {"logger": record.name}
         if record.exc_info:
             keys["exc_info"] = record.exc_info
@@ -199,9 +195,7 @@ def _plain(value: Any) -> Any:
 def _harmless(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {
-            str(key): item
-            if isinstance(item, (str, int, bool, type(None)))
-            else _plain(item)
+            str(key): item if isinstance(item, (str, int, bool, type(None))) else _plain(item)
             for key, item in value.items()
         }
     return _plain(value)

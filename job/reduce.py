@@ -12,7 +12,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import pyarrow as pa
@@ -81,9 +81,7 @@ def reduce(storage: LocalStorage, plan: Plan, *, merge: Merge | None, wait: floa
     ledger = Ledger(0, plan.files, "the run")
     outputs = {
         layout.RESULT: _write_results(storage, shards),
-        layout.FAILURES: _write(
-            storage, layout.FAILURES, schemas.FAILURES, _rows(storage, shards, "failures")
-        ),
+        layout.FAILURES: _write(storage, layout.FAILURES, schemas.FAILURES, _rows(storage, shards, "failures")),
         layout.FILES: _write(
             storage, layout.FILES, schemas.FILES, ledger.watch(_rows(storage, shards, "files"))
         ),
@@ -97,9 +95,7 @@ def reduce(storage: LocalStorage, plan: Plan, *, merge: Merge | None, wait: floa
     return Reduced(summary, current=False)
 
 
-def _wait_for_records(
-    storage: LocalStorage, plan: Plan, wait: float
-) -> dict[str, tuple[CommitRecord, bytes]]:
+def _wait_for_records(storage: LocalStorage, plan: Plan, wait: float) -> dict[str, tuple[CommitRecord, bytes]]:
     deadline = time.monotonic() + wait
     found: dict[str, tuple[CommitRecord, bytes]] = {}
     while True:
@@ -133,9 +129,7 @@ def _refuse_hopeless(storage: LocalStorage, missing: list[int]) -> None:
             raise UsageError(f"shard {shard} cannot come: its last attempt said: {attempt['message']}")
 
 
-def _read_record(
-    storage: LocalStorage, plan: Plan, shard: int, name: str
-) -> tuple[CommitRecord, bytes]:
+def _read_record(storage: LocalStorage, plan: Plan, shard: int, name: str) -> tuple[CommitRecord, bytes]:
     data = storage.read(name)
     record = CommitRecord.from_json(str(storage.path(name)), data)
     if record.plan_id != plan.plan_id or record.shard != shard or record.shards != plan.shards:
@@ -175,9 +169,7 @@ def _rows(
                 yield change(table)
 
 
-def _write(
-    storage: LocalStorage, name: str, schema: pa.Schema, tables: Iterator[pa.Table]
-) -> int:
+def _write(storage: LocalStorage, name: str, schema: pa.Schema, tables: Iterator[pa.Table]) -> int:
     with storage.sink(name) as sink:
         return schemas.write_all(sink, schema, tables)
 
@@ -230,7 +222,7 @@ def _summary(
         "bytes": counts["bytes"],
         "seconds": counts["seconds"],
         "planned": plan.created,
-        "reduced": datetime.now(timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        "reduced": datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         "versions": dict(plan.versions),
         "outputs": {
             name: {"size": file.size, "rows": file.rows, "checksum": file.checksum}

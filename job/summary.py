@@ -85,14 +85,10 @@ def merged(merge: Callable[[Iterator[pa.RecordBatch]], Any], file: pq.ParquetFil
     try:
         found = merge(blocks(file))
     except Exception as error:
-        raise UsageError(
-            f"merge() of the processor failed: {type(error).__qualname__}: {error}"
-        ) from error
+        raise UsageError(f"merge() of the processor failed: {type(error).__qualname__}: {error}") from error
     batch, rejected = rows_to_batch([(0, found)], None)
     if rejected:
-        raise UsageError(
-            f"merge() of the processor returned what cannot be stored: {rejected[0].exception}"
-        )
+        raise UsageError(f"merge() of the processor returned what cannot be stored: {rejected[0].exception}")
     table = finalise(pa.Table.from_batches([batch]), Layout.of(batch.schema))
     return table.drop_columns(["file_index"])
 
@@ -143,4 +139,4 @@ class _Moments:
 
 def _exact_sum(column: pa.Array) -> int:
     """Return the sum of integers; in 128 bits, as 65,536 of 64 bits can overflow."""
-    return int(pc.sum(column.cast(pa.decimal128(38, 0) if column.type.bit_width > 32 else pa.int64())).as_py())  # noqa: PLR2004 - bits
+    return int(pc.sum(column.cast(pa.decimal128(38, 0))).as_py())

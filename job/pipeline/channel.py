@@ -9,8 +9,8 @@ The queue is bounded by the socket's send buffer: a sender waits while it is ful
 every shared queue for the whole run, so a dead reader is not noticed by those who send, and its successor goes
 on with the next message.
 
-A message larger than `FRAGMENT` travels in several, each marked with its sender and its number; whoever receives
-joins them. What a dead sender left unfinished is thrown away, and so is the rest of a message whose beginning a
+A message larger than `FRAGMENT` travels in several, each marked with its sender and its number; whoever
+receives joins them. What a dead sender left unfinished is thrown away, and so is the rest of a message whose beginning a
 dead reader has taken along: that message is lost, as are those that the reader had in hand.
 """
 
@@ -75,7 +75,9 @@ class Sender:
         """Put one message of at most `FRAGMENT` bytes on the queue, unless it is full; say whether."""
         try:
             self.end.sendmsg(
-                [_HEADER.pack(self.number, self.incarnation, 0, 1), message], [], socket.MSG_DONTWAIT
+                [_HEADER.pack(self.number, self.incarnation, 0, 1), message],
+                [],
+                socket.MSG_DONTWAIT,
             )
         except BlockingIOError:
             return False

@@ -32,7 +32,7 @@ def main(arguments: ChildArguments, descriptors: list[int]) -> int:
     _, (answer_descriptor, spec_descriptor) = enter(arguments, descriptors)
     answer = socket.socket(fileno=answer_descriptor)
     size = os.fstat(spec_descriptor).st_size
-    spec: ProcessorSpec = pickle.loads(os.pread(spec_descriptor, size, 0))  # noqa: S301 - from main
+    spec: ProcessorSpec = pickle.loads(os.pread(spec_descriptor, size, 0))
     message: Any = Ready()
     try:
         load(spec)
@@ -72,9 +72,7 @@ def _ask(runtime: Runtime, spec: ProcessorSpec) -> tuple[Any, str]:
     arguments = ChildArguments("main", runtime.row_of(ROLE), runtime.rows, runtime.log_level, ())
     with ours:
         with theirs:
-            pid = runtime.spawn(
-                ROLE, "job.pipeline.check:main", arguments, [theirs.fileno(), descriptor]
-            )
+            pid = runtime.spawn(ROLE, "job.pipeline.check:main", arguments, [theirs.fileno(), descriptor])
         os.close(descriptor)
         end = _wait(runtime, pid)
         if select.select([ours], [], [], 0)[0] and (packet := ours.recv(4 * FRAGMENT)):

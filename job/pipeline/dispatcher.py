@@ -60,9 +60,7 @@ class Dispatcher:
     @property
     def idle(self) -> bool:
         """Whether no worker has a file, and none can be given out."""
-        return not any(self._outstanding.values()) and (
-            self._halted or not (self._fresh or self._suspects)
-        )
+        return not any(self._outstanding.values()) and (self._halted or not (self._fresh or self._suspects))
 
     @property
     def done(self) -> int:
@@ -130,11 +128,7 @@ class Dispatcher:
             The files among them that were given up; their failure has to be told again.
         """
         there = list(self._fresh) + [(index, index + 1) for index in self._suspects]
-        there += [
-            (batch.start, batch.stop)
-            for batches in self._outstanding.values()
-            for batch in batches
-        ]
+        there += [(batch.start, batch.stop) for batches in self._outstanding.values() for batch in batches]
         seen = bytearray(self._done)
         for start, stop in there:
             low, high = start - self._start, stop - self._start

@@ -44,7 +44,12 @@ from job.errors import InvariantError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-PRELOAD: Final = ("job.pipeline.log", "job.pipeline.worker", "job.pipeline.result", "pyarrow.compute")
+PRELOAD: Final = (
+    "job.pipeline.log",
+    "job.pipeline.worker",
+    "job.pipeline.result",
+    "pyarrow.compute",
+)
 """The roles, and with them Arrow, NumPy and structlog: a child has nothing of ours left to import."""
 
 ONE_THREAD: Final = (
@@ -108,9 +113,9 @@ class ForkServer:
             f"import sys; sys.path[:] = {sys.path!r}; "
             f"from job.pipeline.forkserver import serve; serve({theirs.fileno()})"
         )
-        environment = {name: "1" for name in ONE_THREAD} | os.environ
+        environment = dict.fromkeys(ONE_THREAD, "1") | os.environ
         with theirs:
-            self._process = Popen(
+            self._process = Popen(  # noqa: S603 - our own interpreter, our own code
                 [sys.executable, "-c", code],
                 stdin=DEVNULL,
                 stdout=self._stdio,
@@ -190,7 +195,7 @@ class ForkServer:
         packet = self._control.recv(_MESSAGE)
         if not packet:
             raise EOFError
-        message: tuple[Any, ...] = pickle.loads(packet)  # noqa: S301 - from our own child
+        message: tuple[Any, ...] = pickle.loads(packet)
         return message
 
     def _note(self, message: tuple[Any, ...]) -> None:
@@ -201,8 +206,8 @@ class ForkServer:
 
 def serve(descriptor: int) -> NoReturn:
     """Be the server: fork a child for every request on the socket ``descriptor``, until main closes it."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+    for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ignored, signal.SIG_IGN)
     control = socket.socket(fileno=descriptor)
     for module in PRELOAD:
         importlib.import_module(module)
@@ -240,7 +245,7 @@ def _receive_request(control: socket.socket) -> tuple[tuple[str, Any, int] | Non
     packet, descriptors, _, _ = socket.recv_fds(control, _MESSAGE, _DESCRIPTORS)
     if not packet:
         return None, []
-    request = pickle.loads(packet)  # noqa: S301 - from main, our parent
+    request = pickle.loads(packet)
     while len(descriptors) < request[2]:
         _, more, _, _ = socket.recv_fds(control, 1, _DESCRIPTORS)
         descriptors += more

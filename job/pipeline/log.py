@@ -141,9 +141,7 @@ class _Source:
     def _write(self, line: bytes) -> None:
         text = line.decode("utf-8", "backslashreplace").rstrip()
         if text:
-            self._writer.write(
-                logs.event("info", text, process=self._name, pid=self._pid(), logger="stdio")
-            )
+            self._writer.write(logs.event("info", text, process=self._name, pid=self._pid(), logger="stdio"))
 
     def _peek(self) -> bytes:
         size = self._tee(self._pipe, self._copy_in, _PIPE, _SPLICE_F_NONBLOCK)
@@ -189,9 +187,7 @@ class _Writer:
             self._put(logs.event("warning", "log lines dropped", dropped=count))
 
     def _takes(self, seconds: float) -> bool:
-        return self._closed or any(
-            state & select.POLLOUT for _, state in self._poll.poll(seconds * 1000)
-        )
+        return self._closed or any(state & select.POLLOUT for _, state in self._poll.poll(seconds * 1000))
 
     def _put(self, line: bytes) -> None:
         for piece in _pieces(self._render(line)):

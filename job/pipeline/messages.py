@@ -1,16 +1,16 @@
 """Everything that processes say to each other.
 
-======================  ==========================================  ===============================================
+======================  ==========================================  =============================================
 channel                 from → to                                   messages
-======================  ==========================================  ===============================================
+======================  ==========================================  =============================================
 job queue, one a worker main → worker                               `Batch`, `Stop`
 the same, backwards     worker → main                               `Ready`, `Finished`, `Refused`
 result queue            workers → result process                    `Outcomes`
-the same                main → result process                       `Begin`, `Flush`, `Publish`, `Stop`; `Outcomes` of
-                                                                    files that it gives up
+the same                main → result process                       `Begin`, `Flush`, `Publish`, `Stop`, and
+                                                                    `Outcomes` of files that it gives up
 its answers             result process → main                       `Begun`, `Stored`, `Published`, `Broken`
 log queue               everybody → log process                     a JSON line; `LOG_CONTEXT`, `END_OF_LOG`
-======================  ==========================================  ===============================================
+======================  ==========================================  =============================================
 
 They are pickled: both ends are processes of one run, and nothing that was read from OUT is ever unpickled.
 """
@@ -136,4 +136,4 @@ def pack(message: object) -> bytes:
 
 def unpack(data: bytes) -> Any:
     """Return the message from its bytes."""
-    return pickle.loads(data)  # noqa: S301 - from a process of this run
+    return pickle.loads(data)

@@ -64,7 +64,6 @@ from job.pipeline.messages import (
     Ready,
     Refused,
     Stop,
-    Stored,
     pack,
     unpack,
 )
@@ -186,9 +185,7 @@ class Pipeline:
             end.setblocking(False)
         self._old_handlers: dict[int, Any] = {}
         with contextlib.suppress(ValueError):  # not the main thread: its program handles signals
-            self._old_wakeup = signal.set_wakeup_fd(
-                self._wakeup_write.fileno(), warn_on_full_buffer=False
-            )
+            self._old_wakeup = signal.set_wakeup_fd(self._wakeup_write.fileno(), warn_on_full_buffer=False)
             for number in (signal.SIGTERM, signal.SIGINT):
                 self._old_handlers[number] = signal.signal(
                     number, lambda number, _: self._signals.append(number)
@@ -213,14 +210,14 @@ class Pipeline:
             for end in self._runtime.exits():
                 if end.pid == self._result_pid:
                     self._result_pid = None
-                elif worker := self._workers.by_pid(end.pid):
-                    self._workers.bury(worker)
+                elif found := self._workers.by_pid(end.pid):
+                    self._workers.bury(found)
         if self._old_handlers:
             for number, handler in self._old_handlers.items():
                 signal.signal(number, handler)
             signal.set_wakeup_fd(self._old_wakeup)
-        for end in (self._queue_in, self._queue_out, self._wakeup_read, self._wakeup_write):
-            end.close()
+        for queue in (self._queue_in, self._queue_out, self._wakeup_read, self._wakeup_write):
+            queue.close()
         if self._answers:
             self._answers.close()
         os.close(self._spec)
@@ -266,9 +263,7 @@ class Pipeline:
         self._dispatcher = Dispatcher(
             task.start, task.stop, workers=self._settings.workers, retries=self._settings.retries
         )
-        self._runtime.bind(
-            shard_index=task.shard, shard_count=task.shards, attempt=task.attempt
-        )
+        self._runtime.bind(shard_index=task.shard, shard_count=task.shards, attempt=task.attempt)
         self._processed = self._failed = 0
         self._failures.clear()
         self._published = None
@@ -283,7 +278,7 @@ class Pipeline:
         self._next_heartbeat = 0.0
 
     def _publish(self) -> None:
-        """Have the shard published; if the result process dies over it, its successor begins the shard again."""
+        """Have the shard published; a result process that dies over it has a successor that begins again."""
         if self._phase is _Phase.STORED:
             self._phase = _Phase.PUBLISHING
             self._tell_result_process(Publish(self._task.shard))
@@ -367,9 +362,7 @@ class Pipeline:
         now = time.monotonic()
         if self._phase is not _Phase.ENDED and now >= self._next_heartbeat:
             self._next_heartbeat = now + HEARTBEAT
-            self._heartbeat(
-                self._task, Progress(self._processed, self._dispatcher.done, self._failed)
-            )
+            self._heartbeat(self._task, Progress(self._processed, self._dispatcher.done, self._failed))
         if self._settings.timeout is not None:
             for worker, index in self._workers.overdue(self._settings.timeout):
                 self._log.warning("file takes too long", **self._file(index), worker=worker.role)
@@ -447,9 +440,7 @@ class Pipeline:
 
     def _give_up(self, index: int, reason: str, tries: int) -> None:
         if reason == "timeout":
-            failure = Failure(
-                index, "timeout", f"took longer than {self._settings.timeout:g} s", None, tries
-            )
+            failure = Failure(index, "timeout", f"took longer than {self._settings.timeout:g} s", None, tries)
         else:
             failure = Failure(index, "WorkerDied", f"its worker {reason}", None, tries)
         self._failures[index] = failure
@@ -554,9 +545,7 @@ class Pipeline:
             elif self._phase is _Phase.FLUSHING:
                 self._phase = _Phase.WORKING
                 if not self._result_deaths:
-                    raise InvariantError(
-                        f"shard {self._task.shard}: outcomes were lost though no process died"
-                    )
+                    raise InvariantError(f"shard {self._task.shard}: outcomes were lost though no process died")
                 self._recover()
 
     def _recover(self) -> None:
@@ -585,4 +574,3 @@ class Pipeline:
         self._phase = _Phase.ENDED
         self._tell_result_process(Stop())
         self._until(lambda: self._result_pid is None, time.monotonic() + STOPPING)
-

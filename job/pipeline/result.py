@@ -111,9 +111,7 @@ def _answer(answers: socket.socket, message: Any) -> None:
 
 
 class _ResultProcess:
-    def __init__(
-        self, arguments: ResultArguments, plan: PlanSlice, answer: Callable[[Any], None]
-    ) -> None:
+    def __init__(self, arguments: ResultArguments, plan: PlanSlice, answer: Callable[[Any], None]) -> None:
         self._arguments = arguments
         self._plan = plan
         self._answer = answer

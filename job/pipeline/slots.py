@@ -80,9 +80,7 @@ class Slots:
     def read(self, worker: int) -> Slot:
         """Return the worker's row."""
         row = worker * _ROW
-        return Slot(
-            self._cells[row + _INDEX], self._cells[row + _SINCE], self._cells[row + _PHASE]
-        )
+        return Slot(self._cells[row + _INDEX], self._cells[row + _SINCE], self._cells[row + _PHASE])
 
     def pid(self, worker: int) -> int:
         """Return the worker's process id; 0 before its start."""

@@ -84,7 +84,7 @@ def _load(descriptor: int) -> Loaded:
     pa.set_cpu_count(1)
     pa.set_io_thread_count(1)
     size = os.fstat(descriptor).st_size
-    spec: ProcessorSpec = pickle.loads(os.pread(descriptor, size, 0))  # noqa: S301 - from main
+    spec: ProcessorSpec = pickle.loads(os.pread(descriptor, size, 0))
     loaded = load(spec)
     if loaded.setup:
         loaded.setup()

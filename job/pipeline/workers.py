@@ -78,9 +78,12 @@ class Workers:
     """All workers' places."""
 
     def __init__(
-        self, runtime: Runtime, count: int, arguments: Callable[[int], tuple[WorkerArguments, list[int]]]
+        self,
+        runtime: Runtime,
+        count: int,
+        arguments: Callable[[int], tuple[WorkerArguments, list[int]]],
     ) -> None:
-        """Make the places; ``arguments`` gives what a worker is told, and its descriptors after the job queue."""
+        """Make the places; ``arguments`` gives what a worker is told, and descriptors beside its job queue."""
         self._runtime = runtime
         self._arguments = arguments
         self._places = [Worker(number) for number in range(count)]
@@ -117,9 +120,7 @@ class Workers:
         worker.ready = False
         worker.killed_for = None
         with theirs:
-            worker.pid = self._runtime.spawn(
-                worker.role, TARGET, arguments, [theirs.fileno(), *descriptors]
-            )
+            worker.pid = self._runtime.spawn(worker.role, TARGET, arguments, [theirs.fileno(), *descriptors])
 
     def was_ready(self, worker: Worker) -> None:
         """Take note that a worker has set its processor up."""
@@ -138,9 +139,7 @@ class Workers:
         if worker.jobs is not None:
             worker.jobs.close()
         if not worker.ready:
-            worker.start_at = time.monotonic() + min(
-                BACKOFF * 2**worker.false_starts, LONGEST_BACKOFF
-            )
+            worker.start_at = time.monotonic() + min(BACKOFF * 2**worker.false_starts, LONGEST_BACKOFF)
             worker.false_starts += 1
         worker.pid = worker.jobs = None
         worker.ready = False

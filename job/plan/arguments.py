@@ -42,7 +42,7 @@ class Arguments:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Self:
         """Return the arguments from JSON values."""
-        found = {
+        found: dict[str, Any] = {
             name: tuple(given) if isinstance(given, list) else given for name, given in value.items()
         }
         found["options"] = tuple(map(tuple, value.get("options", ())))

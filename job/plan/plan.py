@@ -8,9 +8,9 @@ import platform
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import version
-from typing import Any, BinaryIO, Final
+from typing import BinaryIO, Final
 
 import numpy as np
 import pyarrow as pa
@@ -110,7 +110,7 @@ def read_plan(storage: LocalStorage) -> Plan:
     return plan
 
 
-def load_files(storage: LocalStorage, plan: Plan, shard: int | None) -> pa.Table:
+def load_files(storage: LocalStorage, shard: int | None) -> pa.Table:
     """Return the files (`SCHEMA`) of a shard, or of all: only the row groups that hold them are read.
 
     Raises:
@@ -119,9 +119,7 @@ def load_files(storage: LocalStorage, plan: Plan, shard: int | None) -> pa.Table
     name = str(storage.path(layout.PLAN))
     with damaged_as(name), storage.source(layout.PLAN) as source:
         file = pq.ParquetFile(source, page_checksum_verification=True)
-        groups = [
-            number for number in range(file.num_row_groups) if _holds(file.metadata, number, shard)
-        ]
+        groups = [number for number in range(file.num_row_groups) if _holds(file.metadata, number, shard)]
         table = file.read_row_groups(groups, columns=SCHEMA.names).cast(SCHEMA)
     if shard is not None:
         table = table.filter(pc.equal(table.column("shard"), shard))
@@ -221,9 +219,7 @@ def os_text(name: str) -> str:
 def _files(found: pa.Table, shards: int) -> pa.Table:
     """Return what was scanned with ``file_index`` and ``shard``."""
     indexes = pa.array(np.arange(found.num_rows, dtype=np.int64))
-    return pa.table(
-        [indexes, *found.columns, cut(found.column("size"), shards)], schema=SCHEMA
-    )
+    return pa.table([indexes, *found.columns, cut(found.column("size"), shards)], schema=SCHEMA)
 
 
 def _plan(table: pa.Table, arguments: Arguments) -> Plan:
@@ -236,7 +232,7 @@ def _plan(table: pa.Table, arguments: Arguments) -> Plan:
         run_id=uuid.uuid4().hex,
         files=table.num_rows,
         bytes=pc.sum(table.column("size")).as_py() or 0,
-        created=datetime.now(timezone.utc).isoformat(timespec="seconds").replace("+00:00", "Z"),
+        created=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
         versions={
             "job": version("job"),
             "python": platform.python_version(),
@@ -251,11 +247,10 @@ def _bytes_of(column: pa.Array) -> bytes:
     if pa.types.is_binary(column.type) or pa.types.is_string(column.type):
         lengths = pc.binary_length(column).fill_null(-1).to_numpy(zero_copy_only=False)
         joined = b"".join(
-            value.encode() if isinstance(value, str) else value
-            for value in column.drop_null().to_pylist()
+            value.encode() if isinstance(value, str) else value for value in column.drop_null().to_pylist()
         )
-        return lengths.astype(np.int32).tobytes() + joined
-    return column.cast(pa.int64()).to_numpy(zero_copy_only=False).tobytes()
+        return bytes(lengths.astype(np.int32).tobytes() + joined)
+    return bytes(column.cast(pa.int64()).to_numpy(zero_copy_only=False).tobytes())
 
 
 def _serialise(plan: Plan, table: pa.Table) -> bytes:
@@ -276,7 +271,7 @@ def _serialise(plan: Plan, table: pa.Table) -> bytes:
 
 def _other_list(storage: LocalStorage, there: Plan, found: pa.Table) -> str:
     """Return in words how the list that was found differs from the plan's."""
-    planned = load_files(storage, there, None)
+    planned = load_files(storage, None)
     keys = ("size", "modified", "etag")
     before, after = (
         dict(zip(table.column("path").to_pylist(), table.select(keys).to_pylist(), strict=True))

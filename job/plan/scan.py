@@ -56,10 +56,8 @@ def scan(arguments: Arguments, output: str | None, stdin: BinaryIO | None, warn:
         StorageError: A folder cannot be listed.
     """
     scanner = _Scanner(arguments, output, warn)
-    missing: list[bytes] = []
-    for name in (*map(os.fsencode, arguments.inputs), *_names(arguments, stdin)):
-        if not scanner.add_input(name):
-            missing.append(name)
+    names = (*map(os.fsencode, arguments.inputs), *_names(arguments, stdin))
+    missing = [name for name in names if not scanner.add_input(name)]
     if missing:
         shown = ", ".join(_text(name) for name in missing[:_NAMED])
         more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
@@ -155,7 +153,11 @@ class _Scanner:
         table = pa.Table.from_batches(self._chunks, _RAW)
         table = table.take(pc.sort_indices(table.column("raw")))
         return pa.table(
-            [*_names_of(table.column("raw")), *table.columns[1:], pa.nulls(len(table), pa.string())],
+            [
+                *_names_of(table.column("raw")),
+                *table.columns[1:],
+                pa.nulls(len(table), pa.string()),
+            ],
             schema=SCHEMA,
         )
 
@@ -169,7 +171,8 @@ class _Scanner:
 
     def _add_folder(self, name: bytes, location: bytes, found: os.stat_result) -> None:
         """Take all files in and below a folder; iterative, so that depth costs no stack."""
-        waiting = [(name, location, b"", ((found.st_dev, found.st_ino),))]
+        top: tuple[tuple[int, int], ...] = ((found.st_dev, found.st_ino),)
+        waiting = [(name, location, b"", top)]
         while waiting:
             shown, location, below, ancestors = waiting.pop()
             normal = os.path.normpath(location)
@@ -189,13 +192,9 @@ class _Scanner:
                     if folder in ancestors:
                         self._warn("link to a folder above is left out", path=_text(prefix + entry.name))
                     elif self._exclude is None or not self._exclude.matches(entry.name, here):
-                        waiting.append(
-                            (prefix + entry.name, entry.path, here + b"/", (*ancestors, folder))
-                        )
+                        waiting.append((prefix + entry.name, entry.path, here + b"/", (*ancestors, folder)))
 
-    def _look(
-        self, entry: os.DirEntry[bytes], prefix: bytes, below: bytes
-    ) -> tuple[int, int] | None:
+    def _look(self, entry: os.DirEntry[bytes], prefix: bytes, below: bytes) -> tuple[int, int] | None:
         """Take an entry that is a file; return the identity (device, inode) of one that is a folder."""
         try:
             found = entry.stat()
@@ -253,9 +252,7 @@ def _names_of(raw: pa.ChunkedArray) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
         except pa.ArrowInvalid:  # some name is not UTF-8
             names = chunk.to_pylist()
             texts.append(pa.array(map(_text, names), pa.string()))
-            bytes_.append(
-                pa.array([None if _is_text(name) else name for name in names], pa.binary())
-            )
+            bytes_.append(pa.array([None if _is_text(name) else name for name in names], pa.binary()))
     return pa.chunked_array(texts, pa.string()), pa.chunked_array(bytes_, pa.binary())
 
 

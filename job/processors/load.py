@@ -107,7 +107,7 @@ def load(spec: ProcessorSpec) -> Loaded:
             found = found(**arguments)
         if not callable(found):
             raise UsageError(f"processor {spec.name}: its objects have no __call__(self, file)")
-        call = found
+        call: Callable[..., Any] = found
     else:
         arguments = _arguments(spec, found, skip=1)
         call = functools.partial(found, **arguments) if arguments else found
@@ -123,9 +123,7 @@ def load(spec: ProcessorSpec) -> Loaded:
 def _unknown(name: str) -> str:
     close = difflib.get_close_matches(name, BUILT_IN, n=1)
     hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(BUILT_IN)};"
-    return (
-        f"no processor {name}: {hint} your own is package.module:function or file.py:function"
-    )
+    return f"no processor {name}: {hint} your own is package.module:function or file.py:function"
 
 
 def _describe_object(found: Any, options: tuple[tuple[str, str], ...]) -> ProcessorSpec:
@@ -138,16 +136,12 @@ def _describe_object(found: Any, options: tuple[tuple[str, str], ...]) -> Proces
     try:
         pickled = cloudpickle.dumps(found)
     except Exception as error:
-        raise UsageError(
-            f"processor {name}: it cannot be sent to the workers: {error}"
-        ) from error
+        raise UsageError(f"processor {name}: it cannot be sent to the workers: {error}") from error
     try:
         identity = inspect.getsource(found).encode()
     except (OSError, TypeError):  # typed in, or no function: the pickle is the next best
         identity = pickled
-    return ProcessorSpec(
-        f"python:{name}", hashlib.sha256(identity).hexdigest(), options, pickled
-    )
+    return ProcessorSpec(f"python:{name}", hashlib.sha256(identity).hexdigest(), options, pickled)
 
 
 def _attribute(owner: Any, name: str) -> Any:
@@ -166,7 +160,7 @@ def _sha256_of(path: Path) -> str:
 def _find(spec: ProcessorSpec) -> Any:
     if spec.pickled is not None:
         with _told(spec, "cannot be received"):
-            return pickle.loads(spec.pickled)  # noqa: S301 - from main, which was given the object
+            return pickle.loads(spec.pickled)
     if spec.name in BUILT_IN:
         return BUILT_IN[spec.name].load()
     place, _, attribute = spec.name.rpartition(":")
@@ -221,7 +215,12 @@ class _told:  # noqa: N801 - reads as a sentence: with told(spec, "cannot be imp
     def __enter__(self) -> None:
         pass
 
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: types.TracebackType | None,
+    ) -> None:
         if error is None or isinstance(error, (UsageError, KeyboardInterrupt)):
             return
         where = ""
@@ -242,9 +241,7 @@ def _check_signature(spec: ProcessorSpec, call: Callable[..., Any]) -> None:
     except ValueError:
         return  # written in C, without a signature
     except TypeError as error:
-        raise UsageError(
-            f"processor {spec.name}: it must take one argument, the file: {error}"
-        ) from error
+        raise UsageError(f"processor {spec.name}: it must take one argument, the file: {error}") from error
 
 
 def _arguments(spec: ProcessorSpec, target: Callable[..., Any], skip: int) -> dict[str, Any]:
@@ -276,7 +273,7 @@ def _arguments(spec: ProcessorSpec, target: Callable[..., Any], skip: int) -> di
 
 
 def _hints(target: Callable[..., Any]) -> dict[str, Any]:
-    function = target.__init__ if inspect.isclass(target) else target  # type: ignore[misc] # a class's own
+    function = target.__init__ if inspect.isclass(target) else target
     try:
         return typing.get_type_hints(function)
     except (NameError, TypeError, AttributeError):  # names that only a type checker has
@@ -290,11 +287,11 @@ def _converted(text: str, wanted: Any) -> Any:
         choices = [choice for choice in typing.get_args(wanted) if choice is not type(None)]
         return _converted(text, choices[0]) if len(choices) == 1 else text
     if origin is typing.Literal:
-        choices = typing.get_args(wanted)
-        for choice in choices:
+        literals = typing.get_args(wanted)
+        for choice in literals:
             if str(choice) == text:
                 return choice
-        raise ValueError(f"it is one of {', '.join(map(str, choices))}")
+        raise ValueError(f"it is one of {', '.join(map(str, literals))}")
     if wanted is bool:
         if text.lower() not in _BOOLEANS:
             raise ValueError("it is true or false")

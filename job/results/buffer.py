@@ -115,9 +115,7 @@ class Buffer:
         for name in ("error_type", "message", "traceback"):
             columns[name] = pa.array([_text(getattr(failure, name)) for failure in failures], pa.string())
         columns["attempts"] = pa.array([failure.attempts for failure in failures], pa.int32())
-        return pa.table({name: columns[name] for name in schemas.FAILURES.names}).cast(
-            schemas.FAILURES
-        )
+        return pa.table({name: columns[name] for name in schemas.FAILURES.names}).cast(schemas.FAILURES)
 
     def _file_rows(self, results: pa.Table | None) -> pa.Table:
         def joined(position: int, kind: type) -> npt.NDArray[Any]:
@@ -131,9 +129,7 @@ class Buffer:
         )[order]
         rows = np.zeros(len(indexes), np.int64)
         if results is not None:
-            found, counts = np.unique(
-                results.column("file_index").to_numpy(), return_counts=True
-            )
+            found, counts = np.unique(results.column("file_index").to_numpy(), return_counts=True)
             rows[np.searchsorted(indexes, found)] = counts
         failed = np.zeros(len(indexes), bool)
         positions = [failure.file_index for failure in self._failures]

@@ -108,8 +108,7 @@ class Layout:
     def stored_alike(self, other: Layout) -> bool:
         """Say whether both have the same columns, in the same order and stored form."""
         return list(self.columns) == list(other.columns) and all(
-            (one.kind.resolve(), one.kind.conflicted)
-            == (two.kind.resolve(), two.kind.conflicted)
+            (one.kind.resolve(), one.kind.conflicted) == (two.kind.resolve(), two.kind.conflicted)
             for one, two in zip(self.columns.values(), other.columns.values(), strict=True)
         )
 
@@ -122,9 +121,7 @@ class Layout:
                 pa.field(name, pa.string() if column.kind.conflicted else column.kind.resolve())
                 for name, column in self.columns.items()
             ]
-        return pa.schema(
-            [pa.field(FILE_INDEX, pa.int64()), *fields], metadata={_METADATA: self.to_bytes()}
-        )
+        return pa.schema([pa.field(FILE_INDEX, pa.int64()), *fields], metadata={_METADATA: self.to_bytes()})
 
     def final_schema(self) -> pa.Schema:
         """Return the schema of the final form."""
@@ -266,8 +263,7 @@ def _segments(results: Sequence[tuple[int, Any]]) -> Iterator[_Rows | tuple[int,
                 rows.append((index, number, row))
         else:
             raise TypeError(
-                f"the processor returned {_name(result)}, not a mapping, "
-                "a list of mappings, or an Arrow table"
+                f"the processor returned {_name(result)}, not a mapping, a list of mappings, or an Arrow table"
             )
     if rows:
         yield rows
@@ -333,7 +329,7 @@ def _column(values: Sequence[Any]) -> tuple[Kind, pa.Array]:
     if types == {int}:
         there = [value for value in values if value is not None]
         least, greatest = min(there), max(there)
-        if -(2**63) <= least and greatest < 2**63:
+        if least >= -(2**63) and greatest < 2**63:
             wide = greatest > EXACT or least < -EXACT
             return WIDE if wide else leaf(pa.int64()), pa.array(values, pa.int64())
     plain = [normalise(value) for value in values]
@@ -344,9 +340,7 @@ def _column(values: Sequence[Any]) -> tuple[Kind, pa.Array]:
     return kind, pa.array(plain, kind.resolve())
 
 
-def _declared(
-    indexes: pa.Array, values: Mapping[str, Sequence[Any]], declared: pa.Schema
-) -> pa.Table:
+def _declared(indexes: pa.Array, values: Mapping[str, Sequence[Any]], declared: pa.Schema) -> pa.Table:
     """Return rows in the processor's own schema.
 
     Raises:

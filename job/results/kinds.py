@@ -96,9 +96,7 @@ class Kind:
             frozenset(map(_type_from_text, value.get("leaves", ()))),
             value.get("wide", False),
             None if items is None else cls.from_json(items),
-            None
-            if fields is None
-            else tuple((name, cls.from_json(fields[name])) for name in sorted(fields)),
+            None if fields is None else tuple((name, cls.from_json(fields[name])) for name in sorted(fields)),
         )
 
 
@@ -140,9 +138,7 @@ def kind_of_array(array: pa.Array) -> Kind:
 
 def is_list(kind: pa.DataType) -> bool:
     """Say whether a type is one of Arrow's lists."""
-    return bool(
-        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    )
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
 @lru_cache(maxsize=1024)

@@ -33,9 +33,7 @@ class Group:
     read: Callable[[], pa.Table]
 
 
-def groups_of(
-    storage: LocalStorage, name: str, prepare: Callable[[pa.Table], pa.Table]
-) -> list[Group]:
+def groups_of(storage: LocalStorage, name: str, prepare: Callable[[pa.Table], pa.Table]) -> list[Group]:
     """Return the row groups of a sorted data file; ``prepare`` is applied to what is read.
 
     The file is open only while one of them is read: there may be thousands.

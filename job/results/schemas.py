@@ -142,8 +142,6 @@ def _repeating(table: pa.Table) -> list[str]:
     for field, column in zip(head.schema, head.columns, strict=True):
         if pa.types.is_integer(field.type) or pa.types.is_floating(field.type):
             continue
-        if not pa.types.is_nested(field.type) and pc.count_distinct(column).as_py() * 2 <= len(
-            column
-        ):
+        if not pa.types.is_nested(field.type) and pc.count_distinct(column).as_py() * 2 <= len(column):
             found.append(field.name)
     return found

@@ -68,9 +68,7 @@ class _Parts:
 class ShardStore:
     """The outcomes of one shard, on the way to its commit record."""
 
-    def __init__(
-        self, storage: LocalStorage, task: ShardTask, plan: PlanSlice, stored: bytes | None
-    ) -> None:
+    def __init__(self, storage: LocalStorage, task: ShardTask, plan: PlanSlice, stored: bytes | None) -> None:
         """Begin, or go on for a process that has died.
 
         Args:
@@ -195,9 +193,7 @@ class ShardStore:
             counts=ledger.counts(),
             data=data,
         )
-        self._storage.replace(
-            f"{self._folder}/{self._task.attempt}/{_PREPARED}", self._record.to_json()
-        )
+        self._storage.replace(f"{self._folder}/{self._task.attempt}/{_PREPARED}", self._record.to_json())
         self._buffer.clear()
         return piece.ranges
 

@@ -18,6 +18,8 @@ from job.results.kinds import EXACT, NOTHING, WIDE, Kind, is_list, join_all, lea
 
 _INT64: Final = 2**63
 
+_BASES: Final[tuple[type[Any], ...]] = (bool, int, float, str, bytes)
+
 _SIMPLE: Final = {
     bool: leaf(pa.bool_()),
     float: leaf(pa.float64()),
@@ -29,7 +31,7 @@ _SIMPLE: Final = {
 }
 
 
-def normalise(value: Any) -> Any:
+def normalise(value: Any) -> Any:  # noqa: C901, PLR0911, PLR0912 - one return for each kind of value
     """Return a value as plain Python: NumPy scalars and arrays, Arrow scalars, enums and UUIDs are unwrapped.
 
     Integers beyond 64 bits become text, times with a zone are given in UTC.
@@ -52,7 +54,7 @@ def normalise(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [normalise(item) for item in value]
     if isinstance(value, dt.datetime):
-        return value if value.tzinfo is None else value.astimezone(dt.timezone.utc)
+        return value if value.tzinfo is None else value.astimezone(dt.UTC)
     if isinstance(value, (bytearray, memoryview)):
         return bytes(value)
     if isinstance(value, decimal.Decimal):
@@ -61,7 +63,7 @@ def normalise(value: Any) -> Any:
         return str(value)
     if isinstance(value, pa.Scalar):
         return normalise(value.as_py())
-    for base in (bool, int, float, str, bytes):
+    for base in _BASES:
         if isinstance(value, base):
             return normalise(base(value))
     if hasattr(value, "tolist") and hasattr(value, "dtype"):  # NumPy, without importing it
@@ -132,7 +134,7 @@ def microseconds(kind: pa.DataType) -> pa.DataType:
     return kind
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any) -> Any:  # noqa: C901, PLR0911 - one return for each kind of value
     """Return a value as JSON has it."""
     if value is None or isinstance(value, (str, bool, int)):
         return value
@@ -144,7 +146,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     if isinstance(value, dt.datetime) and value.tzinfo is not None:
-        return value.astimezone(dt.timezone.utc).isoformat()
+        return value.astimezone(dt.UTC).isoformat()
     if isinstance(value, (dt.date, dt.time)):
         return value.isoformat()
     if isinstance(value, dt.timedelta):

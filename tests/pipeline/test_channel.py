@@ -1,3 +1,4 @@
+import functools
 import os
 import signal
 import warnings
@@ -103,17 +104,17 @@ def test_a_receiver_notices_when_everybody_has_gone(queue):
         receiver.receive(1)
 
 
+def _send_for_ever(sender, message):
+    while True:
+        sender.send(message)
+
+
 def test_killed_senders_leave_no_half_message_and_block_nobody(queue):
     end, receiver = queue
     message = bytes(range(256)) * 4 * 300  # 300 KB: five fragments
     whole = 0
     for incarnation in range(40):
-
-        def work(sender=Sender(end, 5, incarnation)):
-            while True:
-                sender.send(message)
-
-        pid = _fork(work)
+        pid = _fork(functools.partial(_send_for_ever, Sender(end, 5, incarnation), message))
         for _ in range(incarnation % 7):
             found = receiver.receive(5)
             assert found == (5, message)

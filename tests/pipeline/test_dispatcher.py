@@ -122,7 +122,7 @@ class Run(RuleBasedStateMachine):
         super().__init__()
         self.dispatcher = Dispatcher(0, self.files, workers=self.workers, retries=self.retries)
         self.batches = {worker: [] for worker in range(self.workers)}
-        self.sent = {worker: 0 for worker in range(self.workers)}
+        self.sent = dict.fromkeys(range(self.workers), 0)
         self.held = set()
         self.stored = set()
         self.given_up = set()
