@@ -38,7 +38,7 @@ LABEL org.opencontainers.image.title="job" \
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends tini \
     && rm -rf /var/lib/apt/lists/* \
-    && rm -rf /usr/local/bin/pip* /usr/local/lib/python3*/site-packages/pip* /usr/lib/python3/dist-packages/pip*
+    && rm -rf /usr/local/bin/pip* /usr/bin/pip* /usr/local/lib/python3*/site-packages/pip* /usr/lib/python3/dist-packages/pip*
 COPY --from=build /opt/job /opt/job
 # a user without an entry in /etc/passwd has no home; the root file system may be read-only
 ENV PATH=/opt/job/bin:$PATH \

@@ -36,7 +36,7 @@ class Dispatcher:
         self._start = start
         self._workers = workers
         self._retries = retries
-        self._fresh = deque([(start, stop)])
+        self._fresh = deque([(start, stop)] if start < stop else [])
         self._suspects: deque[int] = deque()
         self._outstanding: dict[int, deque[Batch]] = {}
         self._done = bytearray(stop - start)

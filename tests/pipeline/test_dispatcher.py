@@ -210,3 +210,10 @@ class Run(RuleBasedStateMachine):
 
 TestRun = Run.TestCase
 TestRun.settings = settings(max_examples=200, stateful_step_count=60, deadline=None)
+
+
+def test_no_file_is_nothing_to_do():
+    dispatcher = Dispatcher(5, 5, workers=2, retries=2)
+    assert dispatcher.take(0) is None
+    assert dispatcher.idle
+    assert dispatcher.stored_all
